@@ -65,7 +65,7 @@ def chosen_rate(
     second = _row_of_choice(plan, experiment, further)
     if second is None:
         return None
-    # Of equal rates that of the first experiment is taken.
+    # If the best rates of both experiments are equally good, that of the first experiment is taken.
     return further[best_place(second)] if max(tried(second)) > max(tried(row)) else rates[place]
 
 

@@ -9,7 +9,7 @@ from drrho_clip.files.disk import write_atomic
 from drrho_clip.reproduce.claim import Claim, Figure, Judgement, groups
 from drrho_clip.reproduce.experiment import CHOICE_SEED, Settings
 from drrho_clip.reproduce.measuring.training import TEST_FIGURES
-from drrho_clip.reproduce.plan import best_rate
+from drrho_clip.reproduce.plan import best_rate, marked_rate
 from drrho_clip.reproduce.results import Results, Row
 from drrho_clip.reproduce.standing import standing_of
 from drrho_clip.reproduce.statistics import Interval, mean_and_deviation
@@ -219,9 +219,7 @@ def _means(rows: Sequence[Row], names: Sequence[str]) -> tuple[str, ...]:
 def _choice(rows: Sequence[Row]) -> tuple[str, ...]:
     trials = {_rate_of(row): row for row in rows}
     tried = ", ".join(f"{rate:g}: {trials[rate].figure('validation_r1'):.3f}" for rate in sorted(trials))
-    best = best_rate(trials)
-    end = " (end)" if len(trials) > 1 and best in (min(trials), max(trials)) else ""
-    return *_group(rows[0]), tried, f"{best:g}{end}"
+    return *_group(rows[0]), tried, marked_rate(best_rate(trials), trials)
 
 
 def _rate_of(row: Row) -> float:

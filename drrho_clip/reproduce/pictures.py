@@ -185,10 +185,10 @@ def draw_points(
 
 
 def _coloured(curves: Mapping[str, _Content]) -> Iterator[tuple[str, str, _Content]]:
-    """Yield a colour, the name and the content of each curve; every curve needs a colour of its own."""
-    assert len(curves) <= len(_COLOURS), list(curves)
-    for colour, (name, content) in zip(_COLOURS, curves.items(), strict=False):
-        yield colour, name, content
+    """Yield a colour, the name and the content of each curve."""
+    for place, (name, content) in enumerate(curves.items()):
+        # Two curves never share a colour: more curves than colours are an error.
+        yield _COLOURS[place], name, content
 
 
 def _grid(num_panels: int) -> tuple[int, int]:

@@ -6,7 +6,7 @@ engine therefore makes the plan again after each round of experiments, until no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from drrho_clip.reproduce.experiment import CHOICE_SEED, LEARNING_RATES, Experim
 from drrho_clip.reproduce.results import Row, Rows
 from drrho_clip.reproduce.worlds import HEADS, World
 
-__all__ = ["Plan", "Reference", "best_rate", "next_rate"]
+__all__ = ["Plan", "Reference", "best_rate", "marked_rate", "next_rate"]
 
 # A grid of learning rates grows by at most this many rates at each end.
 _MOST_STEPS: Final = 2
@@ -281,3 +281,15 @@ def next_rate(best: float, rates: Sequence[float], grid: Sequence[float]) -> flo
         return None
     # Rates stand in hashes, so rounding errors must not make two rates of one.
     return float(f"{further:.3g}")
+
+
+def marked_rate(rate: float, tried: Collection[float]) -> str:
+    """Return a rate in words, with a mark if it is the lowest or the highest of several rates that were tried.
+
+    Examples
+    --------
+    >>> marked_rate(0.01, [0.001, 0.01]), marked_rate(0.01, [0.001, 0.01, 0.1]), marked_rate(0.01, [0.01])
+    ('0.01 (end)', '0.01', '0.01')
+    """
+    # A better rate may lie beyond the end.
+    return f"{rate:g} (end)" if len(tried) > 1 and rate in (min(tried), max(tried)) else f"{rate:g}"

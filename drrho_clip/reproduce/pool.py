@@ -23,7 +23,7 @@ from drrho_clip.errors import BadInput, Diverged
 from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.measuring.training import reference_run
 from drrho_clip.reproduce.results import Row
-from drrho_clip.reproduce.tasks import run
+from drrho_clip.reproduce.tasks import OWN_REFERENCES, run
 from drrho_clip.terminal.guard import ending
 from drrho_clip.terminal.progress import Reporter
 
@@ -88,7 +88,8 @@ def measure(
         If a process was ended from outside.
     """
     # Two experiments that need the same reference model must not train it at the same time.
-    needed = {key: each for each in experiments if (key := each.reference_hash()) is not None}
+    sharing = [each for each in experiments if each.task not in OWN_REFERENCES]
+    needed = {key: each for each in sharing if (key := each.reference_hash()) is not None}
     failures: list[Failure] = []
     total = len(needed) + len(experiments)
     # Without a terminal each experiment has a line.

@@ -66,7 +66,7 @@ class Row:
 
     @property
     def diverged(self) -> bool:
-        """Whether the training diverged; the figures are then those of a model without use."""
+        """Whether the training diverged. The figures of the model are then zeros, which measure nothing."""
         return "diverged" in self.metrics
 
     def figure(self, name: str) -> float:

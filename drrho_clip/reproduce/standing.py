@@ -23,7 +23,7 @@ from drrho_core.backend import default_backend
 __all__ = ["Standing", "standing_of"]
 
 # The seeds of a claim without rows.
-_SEEDS = range(5)
+_NUM_SEEDS = 5
 
 
 class Standing(NamedTuple):
@@ -62,12 +62,13 @@ def standing_of(claim: Claim, results: Results) -> Standing:
     own = results.of(claim.name)
     # Choices have seeds from CHOICE_SEED on.
     seeds = sorted({row.seed for row in own if row.seed < CHOICE_SEED})
-    # A claim that has only its choices so far had at least as many seeds as the choices have.
-    seeds = seeds or list(range(len({row.seed for row in own}))) or list(_SEEDS)
+    if not seeds:
+        # A claim that has only its choices so far has at least as many seeds as its choices.
+        seeds = list(range(len({row.seed for row in own}) or _NUM_SEEDS))
     plan = Plan(by_hash, list(WORLDS.values()), seeds=seeds, quick=results.is_quick)
     claim.experiments(plan)
     missing = Counter(experiment.dataset for experiment in plan.missing())
-    planned = [by_hash[key] for key in plan.experiments if key in by_hash]
+    planned = plan.finished()
     complete = [row for row in planned if row.dataset not in missing]
     rows = [row for row in complete if row.claim == claim.name]
     judgement = claim.judge(rows) if rows else None

@@ -27,7 +27,7 @@ from drrho_clip.reproduce.measuring.variances import measure_variances
 from drrho_clip.reproduce.origin import commit_of, machine, versions
 from drrho_clip.reproduce.results import Metrics, Row
 
-__all__ = ["TASKS", "run"]
+__all__ = ["OWN_REFERENCES", "TASKS", "run"]
 
 TASKS: Final[Mapping[str, Callable[[Experiment, Path], Measured]]] = {
     "training": measure_training,
@@ -42,6 +42,9 @@ TASKS: Final[Mapping[str, Callable[[Experiment, Path], Measured]]] = {
     "steering-by-last-state": measure_steering_by_last_state,
 }
 """``task(experiment, folder)`` measures; the folder keeps the runs, such as those of reference models."""
+
+OWN_REFERENCES: Final = frozenset({"steering-by-halves"})
+"""The tasks that train reference models of their own with the recipe of the experiment, which no other task needs."""
 
 
 def run(experiment: Experiment, folder: Path) -> Row:

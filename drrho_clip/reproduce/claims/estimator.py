@@ -11,9 +11,9 @@ from drrho_clip.reproduce.estimator.errors import ERRORS
 from drrho_clip.reproduce.estimator.rules import COSINE, HALF, NO_MEMORY, RELEASED, RULES
 from drrho_clip.reproduce.estimator.training import CLIP
 from drrho_clip.reproduce.experiment import CHOICE_SEED, Experiment
-from drrho_clip.reproduce.grid import add_seeds, chosen_rate, tried
+from drrho_clip.reproduce.grid import add_seeds, chosen_rate
 from drrho_clip.reproduce.pictures import Curve, draw_bands
-from drrho_clip.reproduce.plan import Plan
+from drrho_clip.reproduce.plan import Plan, marked_rate
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.statistics import (
     DOES_NOT_HOLD,
@@ -251,22 +251,17 @@ def _tables(rows: Sequence[Row]) -> Sequence[Table]:
         for rule in RULES:
             values = [mean_and_deviation([_last(row, error, rule) for row in group]) for error in ERRORS]
             errors.append((method, str(batch), rule, *(f"{mean:.3f} ± {deviation:.3f}" for mean, deviation in values)))
-    trials: dict[tuple[str, str, str], dict[float, float]] = {}
+    trials: dict[tuple[str, str, str], list[float]] = {}
     for row in rows:
         if row.seed == CHOICE_SEED:
-            figures = dict(zip(row.settings["trials"], tried(row), strict=True))
-            trials.setdefault((row.dataset, row.method, row.label), {}).update(figures)
+            trials.setdefault((row.dataset, row.method, row.label), []).extend(row.settings["trials"])
     for (world, method, rule, batch), group in _runs(rows, "linear-heads").items():
         mean, deviation = mean_and_deviation([row.figure("retrieval_r1") for row in group])
         rate = group[0].settings["trials"][0]
-        # A better rate may lie beyond the end of what was tried.
-        tries = trials[group[0].dataset, method, group[0].label]
-        end = " (end)" if rate in (min(tries), max(tries)) else ""
+        chosen = marked_rate(rate, trials[group[0].dataset, method, group[0].label])
         gamma = "none" if method == CLIP else rule
         num = group[0].settings["data"]["num"]
-        recalls.append(
-            (world, method, gamma, str(batch), f"{num / batch:g}", f"{mean:.3f} ± {deviation:.3f}", f"{rate:g}{end}")
-        )
+        recalls.append((world, method, gamma, str(batch), f"{num / batch:g}", f"{mean:.3f} ± {deviation:.3f}", chosen))
     return [
         Table(
             "Errors",

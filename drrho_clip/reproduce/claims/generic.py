@@ -137,24 +137,13 @@ def _figures(rows: Sequence[Row], reference: str) -> list[Figure]:
     return figures
 
 
-def _control(rows: Sequence[Row]) -> list[Figure]:
-    """Return the leads of DRRho with the weak reference model over ERM that also has that model's samples."""
+def _against(rows: Sequence[Row], reference: str, words: str, other: tuple[str, str | None]) -> list[Figure]:
+    """Return the leads of DRRho with a reference model over another method."""
     figures = []
     for cell in _cells(rows):
-        steered = cell.best("drrho", _WEAK)
+        steered = cell.best("drrho", reference)
         if steered is not None:
-            figures += cell.lead("DRRho, weak reference - erm-all", (steered, _WEAK), (ALL, None))
-    return figures
-
-
-def _over_strong(rows: Sequence[Row]) -> list[Figure]:
-    """Return the leads of DRRho with the strong reference model over that model itself."""
-    figures = []
-    for cell in _cells(rows):
-        steered = cell.best("drrho", _STRONG)
-        if steered is not None:
-            words = "DRRho, strong reference - that reference"
-            figures += cell.lead(words, (steered, _STRONG), (REFERENCE, _STRONG))
+            figures += cell.lead(f"DRRho, {reference} reference - {words}", (steered, reference), other)
     return figures
 
 
@@ -182,13 +171,13 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
         for reference, group in ((_WEAK, figures), (_STRONG, strong))
         if (sides := [each.interval.side for each in group if f", {words}: " in each.label])
     ]
-    control = _control(rows)
+    control = _against(rows, _WEAK, "erm-all", (ALL, None))
     sides = [each.interval.side for each in control]
     counts += (
         f" ERM that trains on the samples of the weak reference model, too, is better than DRRho in {sides.count(-1)} "
         f"and worse in {sides.count(1)} of {len(sides)} cases."
     )
-    alone = _over_strong(rows)
+    alone = _against(rows, _STRONG, "that reference", (REFERENCE, _STRONG))
     sides = [each.interval.side for each in alone]
     counts += (
         " The strong reference model itself is better than the target that it steers in "

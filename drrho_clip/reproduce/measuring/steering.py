@@ -22,7 +22,14 @@ from drrho_clip.reference.judgement import Judgement, ask_reference
 from drrho_clip.reference.pair_choice import choose_pairs
 from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.measuring.guided import part_of_fold, steered_by_folds
-from drrho_clip.reproduce.measuring.training import REFUSED, Measured, clean_folder, measure_target, target_config
+from drrho_clip.reproduce.measuring.training import (
+    REFUSED,
+    Measured,
+    clean_folder,
+    measure_target,
+    steered_config,
+    target_config,
+)
 from drrho_clip.reproduce.worlds import WORLDS
 from drrho_core.backend import Backend
 
@@ -62,8 +69,9 @@ def measure_steering_by_halves(experiment: Experiment, folder: Path) -> Measured
 
     The model that has not seen an image judges it. The figures of the test pairs are those of the first model.
     """
-    config, backend = target_config(experiment, folder)
     place = clean_folder(experiment, folder, "-features")
+    # The halves are the reference model, so the model of the recipe is not trained on all pairs.
+    config, backend = steered_config(experiment, folder, str(place))
     try:
         steered = steered_by_folds(experiment, folder, config, backend, 2, place)
         return _measure(experiment, steered, backend, folder, model=str(part_of_fold(place, 0)))

@@ -31,6 +31,7 @@ __all__ = [
     "measure_target",
     "measure_training",
     "reference_run",
+    "steered_config",
     "target_config",
 ]
 
@@ -100,9 +101,14 @@ def count_parameters(outcome: Outcome) -> int:
 
 def target_config(experiment: Experiment, folder: Path) -> tuple[TrainConfig, Backend]:
     """Return the settings of the target's run and the backend; the reference model is trained if it is not there."""
+    reference = None if experiment.settings["reference"] is None else str(reference_run(experiment, folder))
+    return steered_config(experiment, folder, reference)
+
+
+def steered_config(experiment: Experiment, folder: Path, reference: str | None) -> tuple[TrainConfig, Backend]:
+    """Return the settings of the target's run, with this reference model, and the backend."""
     settings = {**experiment.settings["data"], **experiment.settings["target"]}
     backend = get_backend(experiment.backend)
-    reference = None if experiment.settings["reference"] is None else str(reference_run(experiment, folder))
     return config_of(experiment, folder, settings, experiment.method, backend, reference), backend
 
 

@@ -151,6 +151,8 @@ def test_halves_of_the_own_pairs_judge_each_other(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(guided, "train", recording)
     row = run(halves, tmp_path)
+    # The halves are the reference model; no model is trained on all pairs.
+    assert not (tmp_path / "references").exists()
     settings = {**halves.settings["data"], **halves.settings["target"]}
     config = TrainConfig(**settings, method="clip", seed=halves.seed, data_seed=halves.seed)
     pairs = WORLDS[halves.dataset].open(config, tmp_path).train

@@ -15,7 +15,8 @@ from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Results, Row
 from drrho_clip.reproduce.standing import standing_of
 from drrho_clip.reproduce.statistics import HOLDS, NOT_SHOWN, Interval
-from helpers.claims import invented, row_with
+from drrho_clip.reproduce.worlds import WORLDS
+from helpers.claims import invented, row_of, row_with
 
 COMMITTED = Path(__file__).parents[3] / "docs" / "claims"
 
@@ -87,6 +88,21 @@ def test_rows_count_on_a_machine_with_another_array_library(results: Results) ->
     judgement = standing_of(INVENTED, results).judgement
     assert judgement is not None
     assert judgement.verdict == HOLDS
+
+
+def test_a_claim_that_has_only_its_choices_is_judged_with_their_seeds(tmp_path: Path) -> None:
+    # The quick form of this claim has one world, on which it chooses, and no world that confirms.
+    results = Results(tmp_path, quick=True)
+    while True:
+        plan = Plan(results.rows, list(WORLDS.values()), seeds=range(2), quick=True)
+        CLAIMS["beyond"].experiments(plan)
+        if not plan.missing():
+            break
+        results.rows |= {each.config_hash(): row_of(each) for each in plan.missing()}
+    assert all(row.seed >= CHOICE_SEED for row in results.rows.values())
+    standing = standing_of(CLAIMS["beyond"], results)
+    assert not standing.missing
+    assert standing.judgement is not None
 
 
 @pytest.mark.parametrize("name", list(CLAIMS))
