@@ -188,23 +188,65 @@ def two_views(f: Any, view1: Any, view2: Any, *, t: float) -> Any:
     return total / (2 * B)
 
 
+ORDERS = 3
+"""In how many orders of the features' columns the framework computes its gradients."""
+
+MOVE = 2.0**-22
+"""The size of a relative move of the features that is no larger than what a float32 product loses.
+
+A sum of D products may be off by D / 2 units in the last place of each factor, and MOVE is two of them.
+"""
+
+
 def compare(library: str, draws: list[tuple[Any, ...]]) -> None:
-    """Check the worst error of our gradients against the framework's worst, both against float64.
+    """Check the errors of our gradients against the framework's; both are measured against float64.
 
-    `draws` are tuples (objective, its options, arrays, our gradients). They are pooled: where two logits nearly tie,
-    one rounding decides the error, and on a single draw torch's is up to fifty times JAX's.
+    `draws` are tuples (objective, its options, arrays, our gradients). Two figures are compared:
+
+    * The error that one row of ten exceeds, which is the noise of nearly all rows.
+    * The worst error. Where two logits nearly tie, the last bit of one product decides it, and which way that bit is
+      rounded depends on the processor: the errors of two exact replicas may differ by a factor of 50. So the framework
+      has its worst of several orders of the columns, and our error may also be what moved features change.
     """
-    f, ours, theirs = FRAMEWORKS[library](), 0.0, 0.0
-    for objective, options, arrays, gradients in draws:
-        truth = f.gradients(objective, tuple(array.astype(np.float64) for array in arrays), options)
-        largest = max(max(float(np.max(np.abs(g))) for g in truth), 1e-30)
+    f = FRAMEWORKS[library]()
+    ours, theirs, moved = Errors(), Errors(), Errors()
+    for number, (objective, options, arrays, gradients) in enumerate(draws):
+        exact = tuple(array.astype(np.float64) for array in arrays)
+        truth = f.gradients(objective, exact, options)
+        ours.add(gradients(*arrays), truth)
+        rng = np.random.default_rng(number)
+        for order in range(ORDERS):
+            columns = rng.permutation(arrays[0].shape[1]) if order else np.arange(arrays[0].shape[1])
+            shuffled = tuple(np.ascontiguousarray(array[:, columns]) for array in arrays)
+            theirs.add(f.gradients(objective, shuffled, options), [gradient[:, columns] for gradient in truth])
+            near = tuple(x * (1.0 + MOVE * rng.uniform(-1.0, 1.0, size=x.shape)) for x in exact)
+            moved.add(f.gradients(objective, near, options), truth)
 
-        def error(got: list[np.ndarray], truth: Any = truth, largest: float = largest) -> float:
-            return max(float(np.max(np.abs(g - w))) for g, w in zip(got, truth, strict=True)) / largest
+    ours.check("nine rows of ten are off by at most", 0.9, 1.0, theirs)
+    ours.check("the worst row is off by", 1.0, 2.0, theirs, moved)
 
-        ours = max(ours, error(gradients(*arrays)))
-        theirs = max(theirs, error(f.gradients(objective, arrays, options)))
-    assert ours <= 2.0 * theirs + 1e-6, f"our gradient is off by {ours:.1e}, the framework's by {theirs:.1e}"
+
+class Errors:
+    """The errors of gradients, row by row, in units of their largest entry."""
+
+    def __init__(self) -> None:
+        self.rows: list[np.ndarray] = []
+
+    def add(self, got: list[np.ndarray], truth: list[np.ndarray]) -> None:
+        largest = max(*(float(np.max(np.abs(g))) for g in truth), 1e-30)
+        self.rows += [np.max(np.abs(g - w), axis=1) / largest for g, w in zip(got, truth, strict=True)]
+
+    def quantile(self, share: float) -> float:
+        # A framework's own gradient may be nan where ours is not; such a row says nothing about noise.
+        rows = np.concatenate(self.rows)
+        return float(np.quantile(rows[~np.isnan(rows)], share)) if not np.all(np.isnan(rows)) else 0.0
+
+    def check(self, words: str, share: float, times: float, *bounds: Errors) -> None:
+        assert not np.any(np.isnan(np.concatenate(self.rows)))
+        worst, allowed = self.quantile(share), [bound.quantile(share) for bound in bounds]
+        assert worst <= times * max(allowed) + 1e-6, (
+            f"our gradient: {words} {worst:.1e}; framework's: {', '.join(format(x, '.1e') for x in allowed)}"
+        )
 
 
 LIBRARIES = ["numpy", "torch", "jax", "jax-jit"]
