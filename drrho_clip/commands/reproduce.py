@@ -41,6 +41,7 @@ class Reproduce:
       drrho reproduce variance
       drrho reproduce --all --quick
       drrho reproduce --report
+      drrho reproduce weak-to-strong --scale 8
     """
 
     claims: tuple[str, ...] = setting(
@@ -61,10 +62,17 @@ class Reproduce:
     report: bool = setting(
         False, rule=FLAG, help="Write a page with pictures for each claim that has results, and the table of claims."
     )
+    scale: int = setting(
+        1,
+        rule=at_least(1, most=1024),
+        metavar="K",
+        help="Use models that are K times as wide and batches that are K times as large, with about as many steps, as "
+        "a GPU can. A world whose data are too few for such batches is left out.",
+    )
     out: Path | None = setting(
         None,
         rule=PATH,
-        shown="docs/claims; with --quick build/claims-quick",
+        shown="docs/claims; with --quick build/claims-quick, with --scale K build/claims-scale-K",
         help="Folder of the results, CLAIM.jsonl, and of the pages.",
     )
     runs: Path = setting(
@@ -104,8 +112,14 @@ class Reproduce:
         wrong = [name for name in self.worlds if name not in WORLDS]
         if wrong:
             raise BadInput(f"worlds must be among {', '.join(WORLDS)}, got {' '.join(wrong)}")
-        out = self.out or Path("build/claims-quick" if self.quick else "docs/claims")
-        chosen = [CLAIMS[name] for name in CLAIMS if self.all or name in self.claims]
+        if self.quick and self.scale > 1:
+            raise BadInput(f"scale must be 1 with --quick, got {self.scale}")
+        out = self.out or Path(self._folder())
+        known = [claim for claim in CLAIMS.values() if claim.scales or self.scale == 1]
+        fixed = [name for name in self.claims if CLAIMS[name] not in known]
+        if fixed:
+            raise BadInput(f"scale must be 1 for the claim {fixed[0]}, which has models of its own, got {self.scale}")
+        chosen = [claim for claim in known if self.all or claim.name in self.claims]
         if chosen:
             say(*(line for claim in chosen for line in claim.missing()))
             worlds = [world for name, world in WORLDS.items() if not self.worlds or name in self.worlds]
@@ -119,16 +133,23 @@ class Reproduce:
                 seeds=seeds,
                 jobs=self.jobs,
                 quick=self.quick,
+                scale=self.scale,
             )
             for claim in chosen:
                 _print_judgement(claim, results)
         else:
-            results = Results(out, quick=self.quick)
-            _print_claims(list(CLAIMS.values()), results)
+            results = Results(out, quick=self.quick, scale=self.scale)
+            _print_claims(known, results)
         if self.report:
-            files = write_pages(CLAIMS.values(), results)
+            files = write_pages(known, results)
             say(f"wrote {', '.join(map(str, files))}" if files else f"no pages: {out} has no results of two seeds")
         return 0
+
+    def _folder(self) -> str:
+        """Return the folder of the results if the user names none."""
+        if self.scale > 1:
+            return f"build/claims-scale-{self.scale}"
+        return "build/claims-quick" if self.quick else "docs/claims"
 
 
 def _print_claims(claims: list[Claim], results: Results) -> None:

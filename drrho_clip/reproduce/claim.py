@@ -99,6 +99,8 @@ class Claim:
         ``draw(rows)`` returns the pictures as SVG, by the name of the file without ``.svg``.
     tables : callable
         ``tables(rows)`` returns more tables for the page.
+    scales : bool
+        The claim is measured in worlds, whose models and batches can be larger; see `World.scaled`.
     missing : callable
         ``missing()`` returns a line for each part of the claim whose data are not installed.
     """
@@ -112,6 +114,7 @@ class Claim:
     judge: Callable[[Sequence[Row]], Judgement | None]
     draw: Callable[[Sequence[Row]], Mapping[str, bytes]]
     tables: Callable[[Sequence[Row]], Sequence[Table]] = _no_tables
+    scales: bool = True
     missing: Callable[[], Sequence[str]] = _nothing
 
 

@@ -14,7 +14,7 @@ from drrho_clip.reproduce.packaged.packages import Missing
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.pool import Failure, described, measure
 from drrho_clip.reproduce.results import Results
-from drrho_clip.reproduce.worlds import WORLDS, World
+from drrho_clip.reproduce.worlds import WORLDS, World, scaled_worlds
 from drrho_clip.terminal.printing import say
 
 __all__ = ["reproduce"]
@@ -42,6 +42,7 @@ def reproduce(
     worlds: Sequence[World] | None = None,
     roots: Sequence[Path] = (Path("/"),),
     quick: bool = False,
+    scale: int = 1,
     quiet: bool = False,
 ) -> Results:
     """Measure claims; experiments that have a row are not repeated.
@@ -63,6 +64,9 @@ def reproduce(
         Folders below which packages of pictures are installed.
     quick : bool
         Run the small forms of the experiments.
+    scale : int
+        Use models and batches that are this many times as large; see `World.scaled`. A world whose data are too few is
+        left out, and a line says so.
     quiet : bool
         Show no progress.
 
@@ -80,9 +84,18 @@ def reproduce(
     check_folder(out, "out")
     check_folder(runs, "runs")
     worlds = list(WORLDS.values() if worlds is None else worlds)
+    say(
+        *(
+            f"{world.name} is left out: --scale must be at most {world.largest_scale} there, because there is one pool "
+            f"of pairs, got {scale}"
+            for world in worlds
+            if world.largest_scale is not None and scale > world.largest_scale
+        )
+    )
+    worlds = scaled_worlds(worlds, scale)
     failures: dict[str, Failure] = {}
     with _only_command(out, runs):
-        results = Results(out, quick=quick)
+        results = Results(out, quick=quick, scale=scale)
         while True:
             # The choice of a learning rate makes new experiments known.
             plan = Plan(results.rows, worlds, seeds=seeds, quick=quick)

@@ -50,6 +50,8 @@ class Experiment:
         The experiment is a small form of the real experiment, without a meaning for the claim.
     label : str
         The name of the settings with which a claim differs from the world, such as "share 0.5"; empty without any.
+    scale : int
+        How many times as large models and batches are as those of the claim; see `World.scaled`.
     backend : str
         The array library, by default the preferred library of those installed. Two libraries round differently, so
         a row of a library does not stand for another library.
@@ -71,13 +73,18 @@ class Experiment:
     settings: Settings
     quick: bool
     label: str = ""
+    scale: int = 1
     # The search for installed libraries takes ten milliseconds, and a plan has hundreds of experiments.
     backend: str = field(default_factory=functools.cache(default_backend))
 
     def config_hash(self) -> str:
         """Return the SHA-256 of the canonical JSON of this experiment, in hex."""
         # `asdict` would copy all settings, which takes ten times as long, and a plan needs many hashes.
-        return _hash({"format": _FORMAT, **{each.name: getattr(self, each.name) for each in fields(Experiment)}})
+        content = {each.name: getattr(self, each.name) for each in fields(Experiment)}
+        # Rows that were measured before there was a scale keep their hash.
+        if self.scale == 1:
+            del content["scale"]
+        return _hash({"format": _FORMAT, **content})
 
     def reference_hash(self) -> str | None:
         """Return the hash of the reference model that the experiment needs, or None if none is needed.

@@ -15,9 +15,15 @@ __all__ = ["commit_of", "machine", "versions"]
 _RESULTS: Final = "docs/claims"
 
 
-def machine() -> str:
-    """Return kind of machine, system and number of cores; no name of a host."""
-    return f"{platform.machine()}, {platform.system()}, {os.cpu_count()} cores"
+def machine(device: str = "") -> str:
+    """Return kind of machine, system, number of cores and, if there is one, the GPU; no name of a host.
+
+    Parameters
+    ----------
+    device : str
+        The GPU that computes; empty without one.
+    """
+    return ", ".join(filter(None, (platform.machine(), platform.system(), f"{os.cpu_count()} cores", device)))
 
 
 def versions(backend: str) -> dict[str, str]:

@@ -62,7 +62,7 @@ def table_of_claims(judged: Sequence[tuple[Claim, Judgement]]) -> str:
         "Each claim of the Model Steering paper (arXiv 2505.06699) is measured on small models. A claim *holds* if "
         "all differences that it promises have intervals above zero over the seeds; it *does not hold* if a "
         "difference is below zero, also after Bonferroni's correction for the number of differences; otherwise it is "
-        "*not shown*. A claim with a world that is not measured yet does not hold before all worlds are measured. "
+        "*not shown*. A claim can hold only if all of its worlds are measured. "
         "`drrho reproduce --report` writes these pages and pictures from the rows in the files `.jsonl` of this "
         "folder, so no figure was typed in.",
         "",
@@ -140,7 +140,7 @@ def _worlds(rows: Sequence[Row]) -> list[str]:
     """Return the section on the data and the models, or nothing if the claim has worlds of its own."""
     lines: list[tuple[str, ...]] = []
     for name in dict.fromkeys(row.dataset for row in rows if row.dataset in WORLDS):
-        world = WORLDS[name]
+        world = WORLDS[name].scaled(rows[0].scale)
         # A reference model has the settings of the target, apart from those named here.
         references = "; ".join(f"{model}: {_settings(own)}" for model, own in world.references.items())
         methods = dict.fromkeys(row.method for row in rows if row.dataset == name)
@@ -156,6 +156,8 @@ def _worlds(rows: Sequence[Row]) -> list[str]:
         "other settings of the reference models",
     )
     sentence = "A world is a data set with noise, a target, and reference models that are trained on other pairs."
+    if lines and rows[0].scale > 1:
+        sentence += f" Models and batches are {rows[0].scale} times as large as those of `drrho reproduce` alone."
     return ["## Worlds", "", sentence, "", *_table(heading, lines), ""] if lines else []
 
 

@@ -161,7 +161,10 @@ class Plan:
             "reference": None if reference is None else self._recipe(world, reference),
         }
         name = None if reference is None else reference.name
-        return Experiment(claim, target.task, world.name, method, name, seed, settings, self.is_quick, target.label)
+        label = target.label
+        return Experiment(
+            claim, target.task, world.name, method, name, seed, settings, self.is_quick, label, scale=world.scale
+        )
 
     def _recipe(self, world: World, reference: Reference) -> Settings | None:
         """Return all settings of a reference model, or None as long as the learning rate is not chosen."""
@@ -179,7 +182,9 @@ class Plan:
 
     def _of_reference(self, claim: str, world: World, name: str, recipe: Settings, seed: int) -> Experiment:
         settings = {"data": dict(world.data), "reference": dict(recipe)}
-        return Experiment(claim, "reference", world.name, "reference", name, seed, settings, self.is_quick)
+        return Experiment(
+            claim, "reference", world.name, "reference", name, seed, settings, self.is_quick, scale=world.scale
+        )
 
     def _chosen(self, world: World, trial: Callable[[float], Experiment]) -> float | None:
         """Add the trials of a learning rate; return the best rate as soon as all trials have rows.

@@ -56,6 +56,7 @@ class Row:
     machine: str
     versions: Mapping[str, str]
     commit: str
+    scale: int = 1
 
     @property
     def experiment(self) -> Experiment:
@@ -95,11 +96,15 @@ class Results:
         The folder; it is made at the first row.
     quick : bool
         The rows are those of quick experiments, which never share a folder with others.
+    scale : int
+        The rows are those of experiments of this scale, which never share a folder with those of another scale.
 
     Attributes
     ----------
     is_quick : bool
         The rows are those of quick experiments.
+    scale : int
+        The scale of all rows.
     rows : dict
         The rows of all files by hash, in the order of the files.
 
@@ -109,14 +114,18 @@ class Results:
         If a file is damaged, or if the folder has rows of the other kind.
     """
 
-    def __init__(self, folder: Path, *, quick: bool) -> None:
-        self.folder, self.is_quick = folder, quick
+    def __init__(self, folder: Path, *, quick: bool, scale: int = 1) -> None:
+        self.folder, self.is_quick, self.scale = folder, quick, scale
         self.rows: dict[str, Row] = {}
         for path in sorted(folder.glob("*.jsonl")):
             for row in read_rows(path):
                 if row.quick != quick:
                     kind = "without --quick" if quick else "of --quick"
                     raise BadInput(f"out must be a folder of its own, got {folder}, which has results {kind}")
+                if row.scale != scale:
+                    raise BadInput(
+                        f"out must be a folder of its own, got {folder}, which has results of --scale {row.scale}"
+                    )
                 self.rows[row.config_hash] = row
 
     def append(self, row: Row) -> None:

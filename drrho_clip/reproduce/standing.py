@@ -17,7 +17,7 @@ from drrho_clip.reproduce.experiment import CHOICE_SEED, LEARNING_RATES
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Results, Row
 from drrho_clip.reproduce.statistics import HOLDS, NOT_SHOWN
-from drrho_clip.reproduce.worlds import WORLDS
+from drrho_clip.reproduce.worlds import WORLDS, scaled_worlds
 from drrho_core.backend import default_backend
 
 __all__ = ["Standing", "standing_of"]
@@ -65,7 +65,7 @@ def standing_of(claim: Claim, results: Results) -> Standing:
     if not seeds:
         # A claim that has only its choices so far has at least as many seeds as its choices.
         seeds = list(range(len({row.seed for row in own}) or _NUM_SEEDS))
-    plan = Plan(by_hash, list(WORLDS.values()), seeds=seeds, quick=results.is_quick)
+    plan = Plan(by_hash, scaled_worlds(WORLDS.values(), results.scale), seeds=seeds, quick=results.is_quick)
     claim.experiments(plan)
     missing = Counter(experiment.dataset for experiment in plan.missing())
     planned = plan.finished()

@@ -20,6 +20,7 @@ __all__ = [
     "not_all_above",
     "paired",
     "resampled",
+    "sides",
     "verdict",
 ]
 
@@ -151,6 +152,18 @@ def not_all_above(noun: str = "difference") -> str:
     """
     # An interval may lie below zero without the correction; then the claim is still not shown to be false.
     return f"At least one {noun} is not shown to be above zero."
+
+
+def sides(intervals: Sequence[Interval], nouns: str = "differences") -> str:
+    """Return the sentence that counts the intervals of the verdict on each side of zero.
+
+    Examples
+    --------
+    >>> sides([interval([0.2, 0.3, 0.25]), interval([-0.1, 0.2, 0.0])])
+    'Above zero: 1 of the 2 differences of the verdict; below zero: 0.'
+    """
+    where = [each.side for each in intervals]
+    return f"Above zero: {where.count(1)} of the {len(where)} {nouns} of the verdict; below zero: {where.count(-1)}."
 
 
 def verdict(intervals: Sequence[Interval]) -> str:

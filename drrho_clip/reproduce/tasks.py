@@ -26,6 +26,7 @@ from drrho_clip.reproduce.measuring.training import FIGURES, Measured, measure_r
 from drrho_clip.reproduce.measuring.variances import measure_variances
 from drrho_clip.reproduce.origin import commit_of, machine, versions
 from drrho_clip.reproduce.results import Metrics, Row
+from drrho_core.backend import get_backend
 
 __all__ = ["OWN_REFERENCES", "TASKS", "run"]
 
@@ -64,7 +65,7 @@ def run(experiment: Experiment, folder: Path) -> Row:
     BadInput
         If a setting or a file cannot be used.
     """
-    commit = _commit()
+    commit, backend = _commit(), get_backend(experiment.backend)
     began = time.monotonic()
     try:
         # The tasks know nothing about rows, hashes and files of results.
@@ -78,7 +79,7 @@ def run(experiment: Experiment, folder: Path) -> Row:
         config_hash=experiment.config_hash(),
         metrics=measured.metrics,
         seconds=round(measured.seconds, 2),
-        machine=machine(),
+        machine=machine(backend.device if backend.has_gpu else ""),
         versions=versions(experiment.backend),
         commit=commit,
     )

@@ -17,7 +17,7 @@ from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.measuring.variances import ANCHORS, SPREADS
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Metrics, Results, Row
-from drrho_clip.reproduce.worlds import WORLDS
+from drrho_clip.reproduce.worlds import WORLDS, scaled_worlds
 
 # Without a lead about one draw in twenty shows a difference by chance; this draw shows none in any claim.
 _DRAW = 1
@@ -41,15 +41,15 @@ def row_of(experiment: Experiment, value: float = 0.5, **more: float) -> Row:
     return row_with(experiment, {"validation_r1": value, **more})
 
 
-def saved(folder: Path, rows: Iterable[Row]) -> Results:
+def saved(folder: Path, rows: Iterable[Row], scale: int = 1) -> Results:
     """Write rows without waiting for the disk after each row, as `Results.append` does."""
     for row in rows:
         with (folder / f"{row.claim}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(row)) + "\n")
-    return Results(folder, quick=False)
+    return Results(folder, quick=False, scale=scale)
 
 
-def invented(name: str, folder: Path, lead: float) -> Results:
+def invented(name: str, folder: Path, lead: float, scale: int = 1) -> Results:
     """Fill a folder with invented rows of a claim: everything that is steered is better by `lead`."""
     rows: dict[str, Row] = {}
 
@@ -102,8 +102,8 @@ def invented(name: str, folder: Path, lead: float) -> Results:
         return figures
 
     while True:
-        plan = Plan(rows, list(WORLDS.values()), seeds=range(5), quick=False)
+        plan = Plan(rows, scaled_worlds(WORLDS.values(), scale), seeds=range(5), quick=False)
         CLAIMS[name].experiments(plan)
         if not plan.missing():
-            return saved(folder, rows.values())
+            return saved(folder, rows.values(), scale)
         rows |= {each.config_hash(): row_with(each, metrics(each)) for each in plan.missing()}

@@ -20,6 +20,7 @@ from drrho_clip.reproduce.statistics import (
     not_all_above,
     paired,
     resampled,
+    sides,
     verdict,
 )
 from drrho_clip.reproduce.worlds import HEADS, POOL_OF_HEADS, RIGHT_VALIDATION_OF_HEADS
@@ -136,6 +137,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
         DOES_NOT_HOLD: f"In at least one world drrho with half of the data is below {_PLAIN} with all data.",
         NOT_SHOWN: not_all_above(),
     }[result]
+    sentence += f" {sides([figure.interval for figure in figures])}"
     same = [figure for share in _SHARES for figure in _figures(rows, share, share)]
     return Judgement(figures, result, sentence, _notes(rows), same)
 

@@ -321,5 +321,6 @@ ESTIMATOR: Final = Claim(
     judge=_judge,
     draw=_draw,
     tables=_tables,
+    scales=False,
 )
 """Claim 7."""

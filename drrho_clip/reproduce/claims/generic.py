@@ -264,6 +264,7 @@ GENERIC: Final = Claim(
     judge=_judge,
     draw=_draw,
     tables=_tables,
+    scales=False,
     missing=lambda: list(missing().values()),
 )
 """Claim 6."""

@@ -21,6 +21,7 @@ from drrho_clip.reproduce.statistics import (
     not_all_above,
     paired,
     rank_correlation,
+    sides,
     verdict,
 )
 from drrho_clip.reproduce.worlds import POOL_OF_HEADS, TABLES, World
@@ -253,6 +254,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
         DOES_NOT_HOLD: "In at least one world a reference model that separates wrong captions better steers worse.",
         NOT_SHOWN: not_all_above("rank correlation"),
     }[result]
+    sentence += f" {sides([figure.interval for figure in counted], 'rank correlations')}"
     others = [figure for figures in correlations.values() for figure in figures]
     return Judgement(counted, result, sentence, _notes(rows), [*others, *_gains(rows), *_choices(rows)])
 

@@ -9,7 +9,7 @@ from drrho_clip.reproduce.claim import Claim, Figure, Group, Judgement, groups, 
 from drrho_clip.reproduce.pictures import draw_intervals
 from drrho_clip.reproduce.plan import Plan
 from drrho_clip.reproduce.results import Row
-from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, not_all_above, paired, verdict
+from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, not_all_above, paired, sides, verdict
 from drrho_clip.reproduce.worlds import (
     FURTHER_TESTS,
     HEADS,
@@ -81,10 +81,8 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
         "distill:fastclip-v3.",
         NOT_SHOWN: not_all_above(),
     }[result]
-    above = sum(figure.interval.side == 1 for figure in figures)
-    below = sum(figure.interval.side == -1 for figure in figures)
-    counts = f" Of the {len(figures)} differences of the verdict, {above} lie above zero and {below} below."
-    return Judgement(figures, result, sentence + counts, _notes(rows), _figures(rows, _SHOWN))
+    sentence += f" {sides([figure.interval for figure in figures])}"
+    return Judgement(figures, result, sentence, _notes(rows), _figures(rows, _SHOWN))
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:

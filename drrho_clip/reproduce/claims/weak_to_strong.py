@@ -9,7 +9,7 @@ from drrho_clip.reproduce.claim import Claim, Figure, Group, Judgement, by_seed,
 from drrho_clip.reproduce.pictures import draw_interval_panels
 from drrho_clip.reproduce.plan import Plan, Reference
 from drrho_clip.reproduce.results import Row
-from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, not_all_above, paired, verdict
+from drrho_clip.reproduce.statistics import DOES_NOT_HOLD, HOLDS, NOT_SHOWN, not_all_above, paired, sides, verdict
 from drrho_clip.reproduce.worlds import PICTURES, POOL_OF_PICTURES, RIGHT_VALIDATION, RULE_OF_REFERENCES
 
 __all__ = ["WEAK_TO_STRONG"]
@@ -81,6 +81,7 @@ def _judge(rows: Sequence[Row]) -> Judgement | None:
         DOES_NOT_HOLD: "In at least one world the steered target is below its weak reference or a target without one.",
         NOT_SHOWN: not_all_above(),
     }[result]
+    sentence += f" {sides([figure.interval for figure in figures])}"
     # A reference that is stronger than the target would test another claim.
     if premise != HOLDS:
         sentence += " The intervals do not show that the weak reference is below every target without a reference."

@@ -11,7 +11,7 @@ from drrho_clip.reproduce.worlds.words import (
     RIGHT_VALIDATION_OF_HEADS,
     RULE_OF_REFERENCES,
 )
-from drrho_clip.reproduce.worlds.world import HEADS, PICTURES, TABLES, World
+from drrho_clip.reproduce.worlds.world import HEADS, PICTURES, TABLES, World, scaled_worlds
 
 __all__ = [
     "FASHION",
@@ -29,6 +29,7 @@ __all__ = [
     "TABLE_WORLDS",
     "WORLDS",
     "World",
+    "scaled_worlds",
 ]
 
 WORLDS: dict[str, World] = {world.name: world for world in (*SCENES, FASHION, *HEAD_WORLDS, *TABLE_WORLDS)}

@@ -168,6 +168,9 @@ def _world(
         },
         reference_data={"data": f"{recipe.name}:{_REFERENCE}"},
         kind=HEADS,
+        longer="epochs",
+        # A quarter of the data has five batches, and jest reads five batches per step.
+        largest_scale=_NUM_BATCHES // 5,
         recipe=recipe,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -16,7 +16,7 @@ from drrho_clip.reproduce.experiment import Settings
 if TYPE_CHECKING:
     from drrho_clip.encoders import PairEncoder
 
-__all__ = ["HEADS", "PICTURES", "SCENES_LARGEST", "TABLES", "World", "fastclip_radius"]
+__all__ = ["HEADS", "PICTURES", "SCENES_LARGEST", "TABLES", "World", "fastclip_radius", "scaled_worlds"]
 
 PICTURES, HEADS, TABLES = "pictures", "heads", "tables"
 """The kinds of worlds."""
@@ -75,6 +75,13 @@ class World:
         `PICTURES` if encoders of pictures are trained, which takes minutes, and `HEADS` if small heads are trained over
         the features of frozen towers, which takes seconds. `TABLES` are worlds of both kinds whose held-out validation
         captions are as noisy as the training captions, as in the table of a user.
+    scale : int
+        How many times as large models and batches are as they were described; see `scaled`.
+    longer : str
+        The setting that gives larger batches as many steps: `train_size` if pairs are drawn, and `epochs` if there is
+        one pool of pairs.
+    largest_scale : int or None
+        The largest scale with which the smallest training set of a claim still has a batch; None for drawn pairs.
     largest : mapping
         Largest values of numbers in the quick form, by the name of the setting; a world without them has no quick form.
     """
@@ -88,6 +95,9 @@ class World:
     by_method: Mapping[str, Settings] = field(default_factory=dict)
     reference_data: Settings = field(default_factory=dict)
     kind: str = PICTURES
+    scale: int = 1
+    longer: str = "train_size"
+    largest_scale: int | None = None
     largest: Settings = field(default_factory=dict)
 
     def prepare(self, runs: Path, roots: Sequence[Path], *, quiet: bool = False) -> None:
@@ -125,6 +135,37 @@ class World:
         """Return figures of the test pairs that `drrho_clip.evaluate.evaluate` does not know."""
         return {}
 
+    def scaled(self, scale: int) -> World:
+        """Return this world with larger models and batches and with about as many steps.
+
+        Width, size of the features, batches, and training pairs or epochs are `scale` times as large. The radius of
+        FastCLIP stays the same share of the largest divergence. `WORLDS` and the functions of this class that open data
+        do not depend on the scale.
+
+        Examples
+        --------
+        >>> target = {"width": 16, "batch_size": 128, "epochs": 8}
+        >>> world = World("pool", "a pool of pairs", {"train_size": 2000}, target, {}, (0.1,), longer="epochs")
+        >>> world.scaled(2).data, world.scaled(2).target
+        ({'train_size': 2000}, {'width': 32, 'batch_size': 256, 'epochs': 16})
+        """
+        grows = {"width", "feature_dim", "batch_size", self.longer}
+
+        def larger(settings: Settings) -> Settings:
+            values = {name: value * scale if name in grows else value for name, value in settings.items()}
+            if "radius" in values:
+                values["radius"] = fastclip_radius(scale * self.target["batch_size"])
+            return values
+
+        return replace(
+            self,
+            data=larger(self.data),
+            target=larger(self.target),
+            references={name: larger(settings) for name, settings in self.references.items()},
+            by_method={name: larger(settings) for name, settings in self.by_method.items()},
+            scale=scale * self.scale,
+        )
+
     def quick(self) -> World:
         """Return a small form of this world with one learning rate: every part works, and no figure has a meaning."""
         # One rate is enough to show that the choice of a rate works.
@@ -149,3 +190,16 @@ class World:
         return {
             name: min(value, self.largest[name]) if name in self.largest else value for name, value in settings.items()
         }
+
+
+def scaled_worlds(worlds: Iterable[World], scale: int) -> list[World]:
+    """Return worlds with larger models and batches; a world whose data are too few for such batches is left out.
+
+    Examples
+    --------
+    >>> drawn = World("drawn", "drawn pairs", {"train_size": 500}, {"width": 16}, {}, (0.1,))
+    >>> pool = replace(drawn, name="pool", longer="epochs", largest_scale=4)
+    >>> [(world.name, world.target["width"]) for world in scaled_worlds([drawn, pool], 8)]
+    [('drawn', 128)]
+    """
+    return [world.scaled(scale) for world in worlds if world.largest_scale is None or scale <= world.largest_scale]

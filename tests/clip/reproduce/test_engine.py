@@ -45,6 +45,7 @@ def test_a_hash_is_the_same_on_every_machine_and_changes_with_every_field() -> N
         {"label": "share 0.5"},
         # The figures of a library do not stand for those of another library.
         {"backend": "jax"},
+        {"scale": 2},
     ]
     hashes = {replace(EXPERIMENT, **change).config_hash() for change in changes}  # type: ignore[arg-type]
     assert len(hashes | {first}) == len(changes) + 1
@@ -96,6 +97,10 @@ def test_rows_that_were_changed_and_rows_of_the_quick_form_are_refused(tmp_path:
     Results(tmp_path, quick=False).append(row_of(EXPERIMENT))
     with pytest.raises(BadInput, match=r"^out must be a folder of its own, got .* without --quick$"):
         Results(tmp_path, quick=True)
+    other = tmp_path / "other"
+    Results(other, quick=False, scale=2).append(row_of(replace(EXPERIMENT, scale=2)))
+    with pytest.raises(BadInput, match=r"^out must be a folder of its own, got .* of --scale 2$"):
+        Results(other, quick=False, scale=4)
     path = tmp_path / "variance.jsonl"
     row = json.loads(path.read_text())
     for change, flaw in (({"seed": 3}, "a hash that does not belong"), ({"colour": 1}, "line 1: .*colour")):
@@ -147,6 +152,10 @@ def test_a_claim_is_measured_once_continues_and_has_a_page(
 
 def test_mistakes_have_one_line(fails: Callable[..., str], tmp_path: Path) -> None:
     assert "claims must be left out with --all, got variance" in fails("reproduce", "variance", "--all")
+    assert "scale must be 1 with --quick, got 2" in fails("reproduce", "variance", "--quick", "--scale", "2")
+    assert "scale must be 1 for the claim estimator, which has models of its own, got 2" in fails(
+        "reproduce", "variance", "estimator", "--scale", "2"
+    )
     assert f"CLAIM must be one of {', '.join(NAMES)}" in fails("reproduce", "nothing")
     worlds = ", ".join(WORLDS)
     assert f"worlds must be among {worlds}, got moon" in fails("reproduce", "variance", "--worlds", "moon")
