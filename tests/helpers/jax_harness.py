@@ -43,7 +43,7 @@ def settings_of(folder: Path, name: str, kind: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> None:
     """Train all cases."""
-    from drrho_clip.processes.opening import connect, open_processes
+    from drrho_clip.processes.opening import connect, open_processes, opened_processes
     from drrho_clip.processes.place import Place
     from drrho_core.backend import get_backend
 
@@ -52,12 +52,13 @@ def main(arguments: Sequence[str]) -> None:
         port, number = map(int, arguments[1:])
         place = Place(number, NUM_PROCESSES, 0, f"127.0.0.1:{port}")
         connect("jax", place)
-        processes = open_processes(get_backend("jax", dtype="float64"), place)
-        for name in CASES:
-            train_case(folder, "processes", name, processes, stop_after=5 if name == "resumed" else None)
-        if number == 1:
-            kill_at(STEP)
-        train_case(folder, "processes", "steered", processes, out=KILLED)
+        # An error outside of this context would be printed beside the line of the watch.
+        with opened_processes(get_backend("jax", dtype="float64"), place) as processes:
+            for name in CASES:
+                train_case(folder, "processes", name, processes, stop_after=5 if name == "resumed" else None)
+            if number == 1:
+                kill_at(STEP)
+            train_case(folder, "processes", "steered", processes, out=KILLED)
         return
     devices = open_processes(get_backend("jax", dtype="float64"), Place(0, 1))
     for name in CASES:
