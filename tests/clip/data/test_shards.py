@@ -26,7 +26,11 @@ def _unpacked(folder: Path, out: Path) -> Path:
     lines = ["image,caption"]
     for shard in sorted(folder.glob("*.tar")):
         with tarfile.open(shard) as archive:
-            archive.extractall(out, filter="data")
+            # `extractall` warns without an argument that Python has only since 3.11.4.
+            for member in archive:
+                content = archive.extractfile(member)
+                assert content is not None
+                (out / member.name).write_bytes(content.read())
             keys = [name.removesuffix(".png") for name in archive.getnames() if name.endswith(".png")]
         lines += [f'{key}.png,"{(out / key).with_suffix(".txt").read_text()}"' for key in keys]
     (out / "pairs.csv").write_text("\n".join(lines) + "\n")
