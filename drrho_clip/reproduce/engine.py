@@ -10,9 +10,8 @@ from drrho_clip.errors import BadInput
 from drrho_clip.files.lock import only_process
 from drrho_clip.files.outputs import check_folder
 from drrho_clip.reproduce.claim import Claim
-from drrho_clip.reproduce.packaged.packages import Missing
 from drrho_clip.reproduce.plan import Plan
-from drrho_clip.reproduce.pool import Failure, described, measure
+from drrho_clip.reproduce.pool import Failure, described, measure, prepare
 from drrho_clip.reproduce.results import Results
 from drrho_clip.reproduce.worlds import WORLDS, World, scaled_worlds
 from drrho_clip.terminal.printing import say
@@ -20,14 +19,13 @@ from drrho_clip.terminal.printing import say
 __all__ = ["reproduce"]
 
 
-def _absent(names: Iterable[str], runs: Path, roots: Sequence[Path], *, quiet: bool) -> set[str]:
+def _absent(names: Iterable[str], runs: Path, roots: Sequence[Path], *, jobs: int, quiet: bool) -> set[str]:
     """Prepare worlds, and return the names of those whose packages are not installed, after a line for each."""
     absent = set()
     for name in sorted(names):
-        try:
-            WORLDS[name].prepare(runs, roots, quiet=quiet)
-        except Missing as line:
-            say(f"{name} is left out: {line}")
+        missing = prepare(name, runs, roots, jobs=jobs, quiet=quiet)
+        if missing is not None:
+            say(f"{name} is left out: {missing}")
             absent.add(name)
     return absent
 
@@ -57,7 +55,7 @@ def reproduce(
     seeds : sequence of int
         The seeds of the claims.
     jobs : int
-        Number of processes at a time.
+        Number of processes at a time, each with one thread; with 0 this process does all the work.
     worlds : sequence of World, optional
         By default all worlds; a world whose packages are not installed is left out, and a line says so.
     roots : sequence of Path
@@ -105,7 +103,8 @@ def reproduce(
             if not missing:
                 break
             # Claims with data of their own need no world.
-            absent = _absent(WORLDS.keys() & {experiment.dataset for experiment in missing}, runs, roots, quiet=quiet)
+            needed = WORLDS.keys() & {experiment.dataset for experiment in missing}
+            absent = _absent(needed, runs, roots, jobs=jobs, quiet=quiet)
             if absent:
                 worlds = [world for world in worlds if world.name not in absent]
                 continue

@@ -13,17 +13,31 @@ __all__ = ["commit_of", "machine", "versions"]
 
 # Results, pages and pictures in this folder of a clone are not code, and they change while the experiments run.
 _RESULTS: Final = "docs/claims"
+# The widest vectors come first.
+_VECTORS: Final = {"avx512f": "AVX-512", "avx2": "AVX2"}
 
 
 def machine(device: str = "") -> str:
-    """Return kind of machine, system, number of cores and, if there is one, the GPU; no name of a host.
+    """Return kind of machine, system, number of cores, vector instructions and a GPU; no name of a host.
+
+    The figures of a training depend on the vector instructions, because they determine how products are rounded.
 
     Parameters
     ----------
     device : str
         The GPU that computes; empty without one.
     """
-    return ", ".join(filter(None, (platform.machine(), platform.system(), f"{os.cpu_count()} cores", device)))
+    parts = (platform.machine(), platform.system(), f"{os.cpu_count()} cores", _instructions(), device)
+    return ", ".join(filter(None, parts))
+
+
+def _instructions() -> str:
+    """Return the widest vector instructions of an x86 processor under Linux, and nothing elsewhere."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return ""
+    return next((words for flag, words in _VECTORS.items() if flag in flags), "")
 
 
 def versions(backend: str) -> dict[str, str]:

@@ -22,14 +22,18 @@ from typing import Final, NamedTuple, TypeVar
 from drrho_clip.errors import BadInput, Diverged
 from drrho_clip.reproduce.experiment import Experiment
 from drrho_clip.reproduce.measuring.training import reference_run
+from drrho_clip.reproduce.packaged.packages import Missing
 from drrho_clip.reproduce.results import Row
 from drrho_clip.reproduce.tasks import OWN_REFERENCES, run
+from drrho_clip.reproduce.worlds import WORLDS
 from drrho_clip.terminal.guard import ending
 from drrho_clip.terminal.progress import Reporter
 
-__all__ = ["Failure", "described", "measure"]
+__all__ = ["Failure", "described", "measure", "prepare"]
 
 _Result = TypeVar("_Result")
+
+_KILLED: Final = "a worker process must run to the end, got one that was killed (no memory?); the same command goes on"
 
 # Libraries read these variables when they are imported.
 _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -71,7 +75,7 @@ def measure(
     folder : Path
         The folder of the runs.
     jobs : int
-        Number of processes; with 1 the experiments run in this process.
+        Number of processes; with 0 the experiments run in this process.
     keep : callable
         Called with each row as soon as it is there.
     quiet : bool
@@ -106,6 +110,36 @@ def measure(
                 failures.append(row)
             reporter.advance(described(experiment) + _end(row))
     return failures
+
+
+def prepare(name: str, runs: Path, roots: Sequence[Path], *, jobs: int, quiet: bool) -> str | None:
+    """Prepare a world, see `World.prepare`; return the line that says how to install what is missing, or None.
+
+    Towers are trained and pairs are encoded in a process with one thread, as the experiments are, because the number of
+    threads determines how sums are rounded.
+    """
+    # A new process takes seconds, so it is only started if there is work to do.
+    with _workers(min(jobs, 1) if not WORLDS[name].is_prepared(runs) else 0) as worker:
+        if worker is None:
+            return _prepared(name, runs, roots, quiet=quiet)
+        try:
+            return worker.submit(_prepared, name, runs, roots, quiet=quiet).result()
+        except BrokenProcessPool:
+            raise BadInput(_KILLED) from None
+
+
+def _prepared(name: str, runs: Path, roots: Sequence[Path], *, quiet: bool) -> str | None:
+    try:
+        WORLDS[name].prepare(runs, roots, quiet=quiet)
+    except Missing as line:
+        return str(line)
+    except Exception as error:
+        message, _ = ending(error)
+        if message is None:
+            raise
+        # Not every exception can be sent to another process, but this one can.
+        raise BadInput(message) from None
+    return None
 
 
 def _end(result: Path | Row | Failure) -> str:
@@ -148,10 +182,7 @@ def _each(
             try:
                 yield waiting.pop(future), future.result()
             except BrokenProcessPool:
-                raise BadInput(
-                    "a worker process must run to the end, got one that was killed, perhaps for lack of memory; the "
-                    "same command goes on"
-                ) from None
+                raise BadInput(_KILLED) from None
 
 
 def _tried(task: Callable[[Experiment, Path], _Result], experiment: Experiment, folder: Path) -> _Result | Failure:
@@ -167,7 +198,7 @@ def _tried(task: Callable[[Experiment, Path], _Result], experiment: Experiment, 
 @contextlib.contextmanager
 def _workers(jobs: int) -> Iterator[ProcessPoolExecutor | None]:
     """Open the pool, or yield None if this process alone does the work."""
-    if jobs == 1:
+    if jobs == 0:
         yield None
         return
     context = multiprocessing.get_context("spawn")

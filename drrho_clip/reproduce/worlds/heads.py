@@ -61,7 +61,7 @@ class Heads(World):
     def prepare(self, runs: Path, roots: Sequence[Path], *, quiet: bool = False) -> None:
         """Encode the pairs, unless finished features are there; raise Missing if a package is not installed."""
         folder = self._folder(runs)
-        if is_ready(folder):
+        if self.is_prepared(runs):
             return
         # Reading the pictures needs libraries that other worlds can do without.
         from drrho_clip.reproduce.packaged.sources import SOURCES
@@ -70,6 +70,10 @@ class Heads(World):
         folder.mkdir(parents=True, exist_ok=True)
         source = SOURCES[self.recipe.source](roots, folder, self.recipe.num_pairs)
         make_pool(folder, source, towers, self.recipe, title=f"{self.name}: features", quiet=quiet)
+
+    def is_prepared(self, runs: Path) -> bool:
+        """Return whether the features of the pool are there."""
+        return is_ready(self._folder(runs))
 
     def _towers(self, runs: Path, *, quiet: bool) -> Towers:
         backend = get_backend(default_backend())

@@ -118,6 +118,10 @@ class World:
             If a package is not installed; the message says how to install it.
         """
 
+    def is_prepared(self, runs: Path) -> bool:  # noqa: ARG002 (as `places`)
+        """Return whether `prepare` has no more than a moment's work to do."""
+        return True
+
     def places(self, runs: Path) -> Settings:  # noqa: ARG002 (worlds with files of their own need the folder)
         """Return the settings that name files of this machine, which are no part of the hash."""
         return {}

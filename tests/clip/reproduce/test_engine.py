@@ -123,7 +123,7 @@ def test_a_claim_is_measured_once_continues_and_has_a_page(
     monkeypatch.setattr("drrho_clip.reproduce.claims.CLAIMS", {claim.name: claim})
 
     def rows(**changes: int) -> Results:
-        given = {"seeds": range(2), "jobs": 1, "worlds": [world], "quick": True, "quiet": True} | changes
+        given = {"seeds": range(2), "jobs": 0, "worlds": [world], "quick": True, "quiet": True} | changes
         return reproduce([claim], out, runs, **given)  # type: ignore[arg-type]
 
     first = rows()

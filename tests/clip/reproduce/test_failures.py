@@ -46,7 +46,7 @@ def claim_of(*settings: dict[str, float]) -> Callable[[Plan], None]:
 def measured(tmp_path: Path, *settings: dict[str, float], worlds: tuple[World, ...] = (QUICK,)) -> None:
     """Measure a claim that needs clip with each of these settings."""
     claim = replace(CLAIMS["variance"], experiments=claim_of(*settings))
-    reproduce([claim], tmp_path / "out", tmp_path / "runs", seeds=(0, 1), jobs=1, worlds=worlds, quick=True, quiet=True)
+    reproduce([claim], tmp_path / "out", tmp_path / "runs", seeds=(0, 1), jobs=0, worlds=worlds, quick=True, quiet=True)
 
 
 def lines(tmp_path: Path) -> list[str]:
@@ -125,7 +125,7 @@ def test_a_failure_can_be_sent_to_the_parent_process_whatever_the_error(
     monkeypatch.setattr("drrho_clip.reproduce.measuring.training.train", fail)
     plan = Plan({}, [QUICK], seeds=(0, 1), quick=True)
     claim_of({"width": 2})(plan)
-    failures = measure(plan.missing(), tmp_path, jobs=1, keep=lambda row: None, quiet=True)
+    failures = measure(plan.missing(), tmp_path, jobs=0, keep=lambda row: None, quiet=True)
     assert pickle.loads(pickle.dumps(failures)) == failures
     assert [failure.message for failure in failures] == ["reading images needs Pillow: pip install 'drrho-core[train]'"]
 
@@ -163,7 +163,7 @@ def test_the_workers_of_a_killed_command_end(tmp_path: Path) -> None:
 
 def test_without_a_terminal_each_experiment_has_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     claim = replace(CLAIMS["variance"], experiments=claim_of({"learning_rate": 1e18}, {"width": 2}))
-    reproduce([claim], tmp_path / "out", tmp_path / "runs", seeds=(0, 1), jobs=1, worlds=[QUICK], quick=True)
+    reproduce([claim], tmp_path / "out", tmp_path / "runs", seeds=(0, 1), jobs=0, worlds=[QUICK], quick=True)
     assert capsys.readouterr().err.splitlines() == [
         "experiments: 0/2",
         "experiments: 1/2 variance: clip, ('learning_rate', 1e+18), on scenes-30, seed 0: diverged",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from drrho_clip.reproduce.claims import CLAIMS
 from drrho_clip.reproduce.claims.data_efficiency import share_needed
 from drrho_clip.reproduce.engine import reproduce
 from drrho_clip.reproduce.packaged.pool import Recipe, Source, StoredPairs, is_ready, make_pool, open_pool
+from drrho_clip.reproduce.pool import _workers, prepare
 from drrho_clip.reproduce.worlds import HEAD_WORLDS, WORLDS
 from drrho_clip.reproduce.worlds.heads import Heads
 
@@ -123,7 +125,7 @@ def test_claims_run_on_heads_and_a_world_without_packages_is_left_out(
         tmp_path / "out",
         tmp_path,
         seeds=range(2),
-        jobs=1,
+        jobs=0,
         worlds=[world, fashion],
         roots=[tmp_path / "nothing"],
         quiet=True,
@@ -153,3 +155,13 @@ def test_the_needed_share_is_read_from_straight_lines() -> None:
     assert share_needed([0.2, 0.4, 0.5, 0.6], 0.3) == pytest.approx(0.375)
     assert share_needed([0.2, 0.4, 0.3, 0.6], 0.6) == 1.0
     assert share_needed([0.2, 0.4, 0.3, 0.5], 0.6) == float("inf")
+
+
+def test_a_world_is_prepared_in_a_process_with_one_thread(tmp_path: Path) -> None:
+    # The line about a missing package comes from the other process.
+    missing = prepare("fashion-heads", tmp_path, [tmp_path], jobs=2, quiet=True)
+    assert missing is not None
+    assert "is not installed" in missing
+    with _workers(1) as worker:
+        assert worker is not None
+        assert worker.submit(os.getenv, "OMP_NUM_THREADS").result() == "1"

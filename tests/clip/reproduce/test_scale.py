@@ -10,6 +10,7 @@ import pytest
 from drrho_clip.cli import main
 from drrho_clip.reproduce.claims import CLAIMS
 from drrho_clip.reproduce.engine import reproduce
+from drrho_clip.reproduce.origin import machine
 from drrho_clip.reproduce.pages import write_pages
 from drrho_clip.reproduce.results import read_rows
 from drrho_clip.reproduce.worlds import WORLDS, World
@@ -74,7 +75,7 @@ def test_a_scaled_claim_is_measured_and_has_a_verdict(
         out,
         tmp_path / "runs",
         seeds=range(2),
-        jobs=1,
+        jobs=0,
         worlds=[world, few],
         scale=2,
         quiet=True,
@@ -90,3 +91,7 @@ def test_a_scaled_claim_is_measured_and_has_a_verdict(
     assert "variance" in told
     # Claims with models of their own have no scale.
     assert "estimator" not in told
+
+
+def test_a_row_names_the_gpu() -> None:
+    assert machine("cuda:0") == f"{machine()}, cuda:0"
