@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from drrho_clip.reproduce.claims import CLAIMS
 from drrho_clip.reproduce.claims.data_efficiency import share_needed
 from drrho_clip.reproduce.engine import reproduce
 from drrho_clip.reproduce.packaged.pool import Recipe, Source, StoredPairs, is_ready, make_pool, open_pool
-from drrho_clip.reproduce.pool import _workers, prepare
+from drrho_clip.reproduce.pool import prepare
 from drrho_clip.reproduce.worlds import HEAD_WORLDS, WORLDS
 from drrho_clip.reproduce.worlds.heads import Heads
 
@@ -157,11 +159,20 @@ def test_the_needed_share_is_read_from_straight_lines() -> None:
     assert share_needed([0.2, 0.4, 0.3, 0.5], 0.6) == float("inf")
 
 
-def test_a_world_is_prepared_in_a_process_with_one_thread(tmp_path: Path) -> None:
-    # The line about a missing package comes from the other process.
+def test_a_world_is_prepared_in_a_process_with_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str | None] = []
+
+    class Noting(ProcessPoolExecutor):
+        def submit(self, *arguments: Any, **options: Any) -> Any:
+            # Processes are started by the first task, and take over the environment.
+            threads.append(os.environ.get("OMP_NUM_THREADS"))
+            return super().submit(*arguments, **options)
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setattr("drrho_clip.reproduce.pool.ProcessPoolExecutor", Noting)
     missing = prepare("fashion-heads", tmp_path, [tmp_path], jobs=2, quiet=True)
+    # The line about a missing package comes from the other process.
     assert missing is not None
     assert "is not installed" in missing
-    with _workers(1) as worker:
-        assert worker is not None
-        assert worker.submit(os.getenv, "OMP_NUM_THREADS").result() == "1"
+    assert threads == ["1"]
+    assert os.environ["OMP_NUM_THREADS"] == "2"
