@@ -98,7 +98,8 @@ def claim_page(
     worlds = list(dict.fromkeys(row.dataset for row in rows))
     lines = [f"# Claim {claim.number}: {claim.title}", "", claim.statement, ""]
     lines += [f"**Verdict: {judgement.verdict}.** {judgement.sentence}", ""]
-    lines += [f"    drrho reproduce {claim.name}", "", "## Measurement", "", claim.setup, ""]
+    scale = f" --scale {rows[0].scale}" if rows[0].scale > 1 else ""
+    lines += [f"    drrho reproduce {claim.name}{scale}", "", "## Measurement", "", claim.setup, ""]
     lines += [
         f"The seeds are {', '.join(map(str, seeds))}. A difference is taken seed by seed. The bootstrap interval and "
         "Student's interval have level 95 %; with five values the bootstrap interval covers the mean in about 85 % of "

@@ -67,7 +67,7 @@ class Row:
 
     @property
     def diverged(self) -> bool:
-        """Whether the training diverged. The figures of the model are then zeros, which measure nothing."""
+        """Whether the training diverged; zeros then stand in place of the figures of the model."""
         return "diverged" in self.metrics
 
     def figure(self, name: str) -> float:

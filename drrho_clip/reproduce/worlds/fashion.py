@@ -104,7 +104,7 @@ FASHION: Final = Fashion(
     by_method={"fastclip-v3": {"radius": fastclip_radius(_BATCH)}},
     reference_data={"data": _REFERENCE},
     longer="epochs",
-    # With a larger batch, few pairs would be left over in every epoch.
+    # A larger batch would leave out more pairs in every epoch, because a batch that is not full is not used.
     largest_scale=5,
 )
 """Fashion-MNIST with 50 % of the training captions swapped."""

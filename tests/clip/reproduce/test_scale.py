@@ -57,7 +57,9 @@ def test_every_training_set_has_a_batch_at_the_largest_scale(name: str, tmp_path
 
 def test_the_page_of_a_scaled_claim_says_the_scale(tmp_path: Path) -> None:
     write_pages([CLAIMS["table"]], invented("table", tmp_path, 0.05, 4))
-    assert "Models and batches are 4 times as large" in (tmp_path / "table.md").read_text(encoding="utf-8")
+    page = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "    drrho reproduce table --scale 4\n" in page
+    assert "Models and batches are 4 times as large" in page
 
 
 def test_a_scaled_claim_is_measured_and_has_a_verdict(
